@@ -1,0 +1,1 @@
+from gradprom.inferers.halo import HaloInferer
