@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 def list_images(
     folder: str | Path, suffixes: Sequence[str] = (".nii", ".nii.gz")
 ) -> list[dict[str, str]]:
-    """Lists the image files that lie directly in a folder, sorted by name, as ``[{"image": path}, ...]``.
+    """Lists the image files that lie directly in a folder, sorted by name, as ``[{"image": path},
+    ...]``.
 
     Args:
         folder: the folder; hidden files and subfolders are left out.
@@ -35,18 +36,22 @@ def list_images(
         raise InputError(f"dataset_dir '{folder}' is no folder: give one that holds images.")
     endings = tuple(s.lower() for s in suffixes)
     files = sorted(
-        f for f in folder.iterdir() if f.name.lower().endswith(endings) and f.name[0] != "." and f.is_file()
+        file
+        for file in folder.iterdir()
+        if file.name.lower().endswith(endings) and file.name[0] != "." and file.is_file()
     )
     if not files:
         raise InputError(
-            f"dataset_dir '{folder}' has no file ending in {' or '.join(suffixes)}: give a folder of images."
+            f"dataset_dir '{folder}' has no file ending in {' or '.join(suffixes)}: "
+            "give a folder of images."
         )
     names: dict[str, Path] = {}
     for file in files:
         other = names.setdefault(case_name(file), file)
         if other is not file:
             raise InputError(
-                f"'{other}' and '{file.name}' would be written to the same output: rename one of them."
+                f"'{other}' and '{file.name}' would be written to the same output: "
+                "rename one of them."
             )
     return [{"image": str(file)} for file in files]
 
@@ -54,13 +59,14 @@ def list_images(
 class CaseDataset(IterableDataset):
     """Yields the cases that can be read, and remembers why the others cannot.
 
-    It is an iterable, not a map, because the number of usable cases is known only at the end; a stock
-    ``SupervisedEvaluator`` with MONAI's ``DataLoader`` then runs until the cases end. To load ahead use
-    ``monai.data.ThreadDataLoader``.
+    It is an iterable, not a map, because the number of usable cases is known only at the end; a
+    stock ``SupervisedEvaluator`` with MONAI's ``DataLoader`` then runs until the cases end. To load
+    ahead use ``monai.data.ThreadDataLoader``.
 
     Args:
         data: cases, ``[{"image": path, ...}, ...]``.
-        transform: the preprocessing; its :class:`InputError` makes a case a failure, anything else stops the run.
+        transform: the preprocessing; its :class:`InputError` makes a case a failure, anything else
+            stops the run.
 
     Attributes:
         failures: one sentence for each case left out in the latest pass.
@@ -82,7 +88,8 @@ class CaseDataset(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
             raise InputError(
-                "CaseDataset was given worker processes, which cannot report bad cases: set num_workers to 0."
+                "CaseDataset was given worker processes, which cannot report bad cases: "
+                "set num_workers to 0."
             )
         self.failures.clear()
         for case in self.data:
@@ -100,7 +107,7 @@ class CaseDataset(IterableDataset):
 
 
 def report_failures(dataset: CaseDataset) -> None:
-    """Raises one InputError that names every case the latest pass left out; to be called after the run."""
+    """Raises one InputError that names every case the latest pass left out; for after the run."""
     failures, total = dataset.failures, len(dataset.data)
     if not failures:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import EllipsisType
 
 import torch
 from monai.data import MetaTensor
@@ -21,9 +21,9 @@ Span = tuple[int, int, int, int]
 def plan_axis(size: int, tile: int | None, halo: int, align: int) -> list[Span]:
     """Cuts one axis into cores of ``tile`` voxels, each seen with ``halo`` voxels on both sides.
 
-    The part seen starts at a multiple of ``align`` or at 0, so that strided layers sample the same voxels as in the
-    whole image, and ends at the same distance behind the core or at the image's end. An axis that fits into one tile
-    with its halo is not cut.
+    The part seen starts at a multiple of ``align`` or at 0, so that strided layers sample the same
+    voxels as in the whole image, and ends at the same distance behind the core or at the image's
+    end. An axis that fits into one tile with its halo is not cut.
 
     Args:
         size: voxels along the axis, >= 1.
@@ -46,11 +46,13 @@ def plan_axis(size: int, tile: int | None, halo: int, align: int) -> list[Span]:
 class HaloInferer(Inferer):
     """Runs an image-to-image network on tiles with a halo and keeps the tiles' cores.
 
-    A network whose receptive field reaches no further than ``halo`` gives the result of the whole image up to
-    rounding; averaging overlapping tiles does not. Memory beyond input and output is that of one batch of tiles.
+    A network whose receptive field reaches no further than ``halo`` gives the result of the whole
+    image up to rounding; averaging overlapping tiles does not. Memory beyond input and output is
+    that of one batch of tiles.
 
     Args:
-        spatial_dims: spatial axes of the network, 2 or 3. A 2D network is given a volume slice by slice.
+        spatial_dims: spatial axes of the network, 2 or 3. A 2D network is given a volume slice by
+            slice.
         tile: voxels of a core along each axis, one number or one an axis; None: the whole image.
         halo: voxels that the network sees on each side of a core.
         batch: tiles (or slices) in one call of the network.
@@ -63,7 +65,8 @@ class HaloInferer(Inferer):
         ``[B, C, *spatial]`` to ``[B, C', *spatial]``; the network keeps the spatial size.
 
     Raises:
-        InputError: sizes that are no positive numbers; an input with other axes; a network that changes the size.
+        InputError: sizes that are no positive numbers; an input with other axes; a network that
+            changes the size.
     """
 
     def __init__(
@@ -82,8 +85,8 @@ class HaloInferer(Inferer):
         sizes = [t for t in tiles if t is not None]
         if len(tiles) != spatial_dims or min([*sizes, batch, align, halo + 1]) < 1:
             raise InputError(
-                f"HaloInferer got tile={tile!r}, halo={halo!r}, batch={batch!r} and align={align!r}: give positive "
-                f"whole numbers, and for the tile one number or {spatial_dims}."
+                f"HaloInferer got tile={tile!r}, halo={halo!r}, batch={batch!r}, align={align!r}: "
+                f"give positive whole numbers, and for the tile one number or {spatial_dims}."
             )
         self.spatial_dims = spatial_dims
         self.tiles = tiles
@@ -98,46 +101,45 @@ class HaloInferer(Inferer):
         self,
         inputs: torch.Tensor,
         network: Callable[..., torch.Tensor],
-        *args: Any,
-        **kwargs: Any,
+        *args: object,
+        **kwargs: object,
     ) -> torch.Tensor:
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         extra = image.dim() - 2 - self.spatial_dims
         if extra not in (0, 1) or (extra and self.spatial_dims == 3):
             raise InputError(
-                f"HaloInferer for {self.spatial_dims}D networks got an input of shape {tuple(image.shape)}: give "
-                f"[batch, channel] and {self.spatial_dims} spatial axes{' or 3' * (self.spatial_dims == 2)}."
+                f"HaloInferer for {self.spatial_dims}D networks got an input of shape "
+                f"{tuple(image.shape)}: give [batch, channel] and {self.spatial_dims} "
+                f"spatial axes{' or 3' * (self.spatial_dims == 2)}."
             )
         axis = self.slice_axis % (image.dim() - 2) + 2
         slices = image.movedim(axis, -1) if extra else image.unsqueeze(-1)
         output = self.assemble(slices, lambda x: network(x, *args, **kwargs))
         output = output.movedim(-1, axis) if extra else output.squeeze(-1)
-        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+        return (
+            MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+        )
 
     def assemble(
         self, slices: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Fills the output of ``[B, C, *spatial, S]``, where S counts slices (1 for a 3D network), core by core."""
-        output: torch.Tensor | None = None
+        """The output for ``[B, C, *spatial, slices]``; a 3D network has one slice."""
+        source = slices.device if self.device is None else self.device
         target = slices.device if self.output_device is None else self.output_device
+        output = torch.empty(0)
         for group in self.batches(slices):
-            parts = [slices[(..., *seen(spans), s)] for spans, s in group]
-            result = network(torch.cat(parts).to(slices.device if self.device is None else self.device))
-            if result.shape[2:] != parts[0].shape[2:]:
-                raise InputError(
-                    f"the network made {tuple(result.shape[2:])} of a tile of {tuple(parts[0].shape[2:])}: "
-                    "HaloInferer needs one that keeps the spatial size."
-                )
-            if output is None:
+            tiles = torch.cat([slices[at(seen(spans), s)] for spans, s in group])
+            result = network(tiles.to(source))
+            check_size(result, tiles)
+            if not output.numel():
                 shape = (slices.shape[0], result.shape[1], *slices.shape[2:])
                 output = torch.empty(shape, dtype=result.dtype, device=target)
             for (spans, s), tile in zip(group, result.split(slices.shape[0]), strict=True):
-                output[(..., *kept(spans), s)] = tile[(..., *core(spans))].to(target)
-        assert output is not None  # there is at least one tile
+                output[at(kept(spans), s)] = tile[at(core(spans))].to(target)
         return output
 
     def batches(self, slices: torch.Tensor) -> Iterator[list[tuple[tuple[Span, ...], int]]]:
-        """Yields up to ``batch`` tiles of equal size at a time, each as its spans and the number of its slice."""
+        """Yields up to ``batch`` tiles of equal size at a time: spans and number of the slice."""
         plans = [
             plan_axis(size, tile, self.halo, self.align)
             for size, tile in zip(slices.shape[2:-1], self.tiles, strict=True)
@@ -147,6 +149,20 @@ class HaloInferer(Inferer):
             work = itertools.product(list(same), range(slices.shape[-1]))
             while group := list(itertools.islice(work, self.batch)):
                 yield group
+
+
+def check_size(result: torch.Tensor, tiles: torch.Tensor) -> None:
+    """Refuses a network whose output has another spatial size than its input."""
+    if result.shape[2:] != tiles.shape[2:]:
+        raise InputError(
+            f"the network made {tuple(result.shape[2:])} of a tile of {tuple(tiles.shape[2:])}: "
+            "HaloInferer needs one that keeps the spatial size."
+        )
+
+
+def at(part: tuple[slice, ...], *rest: int) -> tuple[EllipsisType | slice | int, ...]:
+    """The index of ``part`` in the spatial axes, after batch and channel and before ``rest``."""
+    return (..., *part, *rest)
 
 
 def seen(spans: Sequence[Span]) -> tuple[slice, ...]:

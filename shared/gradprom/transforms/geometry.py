@@ -16,8 +16,9 @@ __all__ = ["AxialLastd", "slice_axis"]
 def slice_axis(shape: tuple[int, ...], affine: torch.Tensor) -> int:
     """The array axis along which an image of ``shape`` is cut into slices for a 2D network.
 
-    An axis of one voxel, if there is one (the last, if there are several), because such a file is a single slice
-    whatever its orientation; else the axis whose direction in the patient is closest to superior-inferior.
+    An axis of one voxel, if there is one (the last, if there are several), because such a file is a
+    single slice whatever its orientation; else the axis whose direction in the patient is closest
+    to superior-inferior.
 
     Args:
         shape: three sizes.
@@ -42,8 +43,9 @@ class AxialLastd(MapTransform, InvertibleTransform):
         allow_missing_keys: whether a key may be absent.
 
     Shapes:
-        ``[C, H, W]`` becomes ``[C, H, W, 1]``; a volume becomes ``[C, H, W, D]`` with axial slices along D if it has
-        an affine, else along its last axis. A MetaTensor's affine follows. :meth:`inverse` restores both.
+        ``[C, H, W]`` becomes ``[C, H, W, 1]``; a volume becomes ``[C, H, W, D]`` with axial slices
+        along D if it has an affine, else along its last axis. A MetaTensor's affine follows.
+        :meth:`inverse` restores both.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
@@ -70,7 +72,7 @@ class AxialLastd(MapTransform, InvertibleTransform):
 
 
 def move_axis(image: torch.Tensor, source: int, destination: int) -> torch.Tensor:
-    """Moves a spatial axis of ``[C, H, W, D]``; the columns of a MetaTensor's affine move with it."""
+    """Moves a spatial axis of ``[C, H, W, D]``; the columns of a MetaTensor's affine follow."""
     moved = image.movedim(source + 1, destination + 1)
     if isinstance(image, MetaTensor) and isinstance(moved, MetaTensor) and source != destination:
         order = [axis for axis in range(3) if axis != source]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,21 @@ from gradprom.errors import InputError
 
 __all__ = ["NormaliseIntensityd", "affine_map", "inverse_affine_map", "robust_range"]
 
-# Order statistics of four million voxels take 0.1 s and are far finer than the percentiles asked for.
+# Order statistics of four million voxels take 0.1 s and are far finer than the percentiles asked
+# for.
 MAX_SAMPLES = 2**22
 # Voxels that are float64 at a time, so that a large volume does not need three times its memory.
 CHUNK = 2**24
 
 
-def robust_range(image: torch.Tensor, lower: float = 0.5, upper: float = 99.5) -> tuple[float, float]:
+def robust_range(
+    image: torch.Tensor, lower: float = 0.5, upper: float = 99.5
+) -> tuple[float, float]:
     """Returns shift and scale that map two percentiles of an image to 0 and 1.
 
-    Of an image of more than four million voxels every n-th along each axis is read: cheap, and the same at each call.
-    If the percentiles coincide (a small object on a flat background) the extremes are taken; a constant image has
-    scale 1.
+    Of an image of more than four million voxels every n-th along each axis is read: cheap, and the
+    same at each call. If the percentiles coincide (a small object on a flat background) the
+    extremes are taken; a constant image has scale 1.
 
     Args:
         image: any shape, finite; MONAI's ``[C, H, W(, D)]``.
@@ -40,7 +44,8 @@ def robust_range(image: torch.Tensor, lower: float = 0.5, upper: float = 99.5) -
     axes, step = max(values.dim() - 1, 1), 1
     while values.numel() // step**axes > MAX_SAMPLES:
         step += 1
-    sample = values[(..., *[slice(None, None, step)] * axes)]
+    every: list[EllipsisType | slice] = [..., *[slice(None, None, step)] * axes]
+    sample = values[tuple(every)]
     low, high = np.percentile(sample.cpu().double().numpy(), [lower, upper])
     if high <= low:
         # All voxels, because a sample could miss the small object altogether.
@@ -49,18 +54,21 @@ def robust_range(image: torch.Tensor, lower: float = 0.5, upper: float = 99.5) -
 
 
 def affine_map(image: torch.Tensor, shift: float, scale: float) -> torch.Tensor:
-    r"""Returns :math:`(x - \mathrm{shift}) / \mathrm{scale}`, computed in float64 and returned as float32."""
+    """Returns ``(x - shift) / scale``, computed in float64 and returned as float32."""
     return in_chunks(image, lambda x: x.sub_(shift).div_(scale))
 
 
 def inverse_affine_map(image: torch.Tensor, shift: float, scale: float) -> torch.Tensor:
-    r"""Returns :math:`x \cdot \mathrm{scale} + \mathrm{shift}`, computed in float64 and returned as float32."""
+    """Returns ``x * scale + shift``, computed in float64 and returned as float32."""
     return in_chunks(image, lambda x: x.mul_(scale).add_(shift))
 
 
-def in_chunks(image: torch.Tensor, function: Any) -> torch.Tensor:
+def in_chunks(
+    image: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """Applies an elementwise in-place ``function`` to float64 copies of parts of an image."""
-    # An offset of 30000 leaves float32 three decimals: the difference has to be taken before rounding.
+    # An offset of 30000 leaves float32 three decimals: the difference has to be taken before
+    # rounding.
     flat = plain(image).reshape(-1)
     out = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
     for part, target in zip(flat.split(CHUNK), out.split(CHUNK), strict=True):
@@ -79,9 +87,9 @@ class NormaliseIntensityd(MapTransform, InvertibleTransform):
 
     .. math:: f(x) = (x - p_\mathrm{lower}) / (p_\mathrm{upper} - p_\mathrm{lower})
 
-    :math:`f(a x + b) = f(x)` for :math:`a > 0` up to rounding, so zero is no special value and any unit is as good as
-    another. The factors of the reference are applied to all keys (input and target stay comparable) and kept with
-    the image for the inverse.
+    :math:`f(a x + b) = f(x)` for :math:`a > 0` up to rounding, so zero is no special value and any
+    unit is as good as another. The factors of the reference are applied to all keys (input and
+    target stay comparable) and kept with the image for the inverse.
 
     Args:
         keys: images to normalise, ``[C, H, W(, D)]``; plain tensors too.

@@ -30,12 +30,14 @@ def case_name(path: str | Path) -> str:
 
 
 def on_grid_of(source: str | Path, values: np.ndarray) -> nib.Nifti1Image:
-    """Returns float32 ``values`` as an image with the array shape, affine, form codes and units of a NIfTI file.
+    """Returns float32 ``values`` as an image with the array shape, affine, form codes and units of
+    a NIfTI file.
 
     Args:
-        source: the NIfTI file that was read, or a picture, which has no grid: identity affine, channels on the
-            fifth axis, where NIfTI has vectors.
-        values: ``[C, *spatial]`` in the source's intensity unit; spatial axes as in the file except for unit axes.
+        source: the NIfTI file that was read, or a picture, which has no grid: identity affine,
+            channels on the fifth axis, where NIfTI has vectors.
+        values: ``[C, *spatial]`` in the source's intensity unit; spatial axes as in the file except
+            for unit axes.
 
     Raises:
         InputError: the number of values is not that of the source.
@@ -44,14 +46,15 @@ def on_grid_of(source: str | Path, values: np.ndarray) -> nib.Nifti1Image:
     if not str(source).lower().endswith((".nii", ".nii.gz")):
         grey = last.shape[-1] == 1
         return nib.Nifti1Image(last[..., 0] if grey else last[:, :, None, None], np.eye(4))
-    original = nib.load(source)
+    original: Any = nib.load(source)  # nibabel types it as an image without a shape
     if last.size != int(np.prod(original.shape)):
         raise InputError(
-            f"the result for '{source}' has shape {values.shape} but the file has {original.shape}: "
+            f"the result for '{source}' has shape {values.shape}, the file {original.shape}: "
             "add the inverse of each spatial transform to the postprocessing."
         )
-    # `affine=None` keeps both forms of the header as they are; nibabel would otherwise rewrite the sform.
-    image = type(original)(last.reshape(original.shape), None, original.header)
+    # `affine=None` keeps both forms of the header as they are; nibabel would otherwise rewrite the
+    # sform.
+    image: nib.Nifti1Image = type(original)(last.reshape(original.shape), None, original.header)
     image.set_data_dtype(np.float32)
     # Extensions describe the acquisition and can name the patient; they are not part of the grid.
     image.header.extensions.clear()
@@ -59,7 +62,7 @@ def on_grid_of(source: str | Path, values: np.ndarray) -> nib.Nifti1Image:
 
 
 def write_atomically(image: nib.Nifti1Image, path: Path) -> None:
-    """Writes ``path`` whole or not at all: a file of that name stays as it was until the new one is complete."""
+    """Writes ``path`` whole or not at all; until then a file of that name stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}_{path.name}")
     try:
@@ -71,11 +74,13 @@ def write_atomically(image: nib.Nifti1Image, path: Path) -> None:
 
 
 class SaveImageEnhancedd(SaveImaged):
-    """Writes ``output_dir/<name>/<name>_enhanced.nii.gz``, float32, on the grid and in the unit of the input file.
+    """Writes ``output_dir/<name>/<name>_enhanced.nii.gz``, float32, on the grid and in the unit of
+    the input file.
 
-    Not MONAI's own saver, which writes shape, sform and units anew and leaves half a file behind when it fails. A
-    subclass of it all the same, with ``SaveImage`` in its name, because servers that return the image by their own
-    means remove savers from the postprocessing, MONAI Label by this class and the MONAI Deploy SDK by this name.
+    Not MONAI's own saver, which writes shape, sform and units anew and leaves half a file behind
+    when it fails. A subclass of it all the same, with ``SaveImage`` in its name, because servers
+    that return the image by their own means remove savers from the postprocessing, MONAI Label by
+    this class and the MONAI Deploy SDK by this name.
 
     Args:
         keys: images to write, MetaTensors ``[C, *spatial]`` that know the file they come from.
@@ -95,7 +100,10 @@ class SaveImageEnhancedd(SaveImaged):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
-            keys, output_dir=output_dir, output_postfix=postfix, allow_missing_keys=allow_missing_keys
+            keys,
+            output_dir=output_dir,
+            output_postfix=postfix,
+            allow_missing_keys=allow_missing_keys,
         )
         self.output_dir = Path(output_dir)
         self.postfix = postfix

@@ -1,0 +1,1 @@
+"""Timings and comparisons, each made by one command."""

@@ -1,0 +1,5 @@
+"""Loss functions."""
+
+from gradprom.losses.agreement import AgreementLoss
+
+__all__ = ["AgreementLoss"]
