@@ -94,7 +94,9 @@ def check_keys(workflow: ConfigWorkflow, root: Path) -> None:
         if key in known or key in used or key in references(others):
             continue
         near = difflib.get_close_matches(key, sorted(known - {"_meta_"}), n=1, cutoff=0)
-        raise InputError(f"'{key}' is no key of the configs in '{root}': did you mean '{near[0]}'?")
+        raise InputError(
+            f"'{key}' is no key of the configs in '{root}': write '{near[0]}' or leave it out."
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:

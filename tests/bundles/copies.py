@@ -17,7 +17,7 @@ BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 def copy_bundle(dims: int, folder: Path) -> Path:
-    """Copies the configs of the 2D or 3D bundle into ``folder`` and makes every network's weights."""
+    """Copies a bundle's configs into ``folder`` and makes the weights of its networks."""
     root = folder / f"gradprom_mni152_{dims}d"
     shutil.copytree(BUNDLES / root.name / "configs", root / "configs")
     (root / "models").mkdir()
@@ -34,6 +34,7 @@ def copy_bundle(dims: int, folder: Path) -> Path:
 
 def enhance(root: Path, images: Path, out: Path, **override: object) -> None:
     """Runs ``inference.json`` in this process on the CPU; an InputError comes out as itself."""
+    override = {"device": "cpu", **override}
     run(root, "inference.json", dataset_dir=str(images), output_dir=str(out), **override)
 
 
@@ -44,7 +45,7 @@ def run(root: Path, config: str, **override: object) -> None:
             config_file=str(root / "configs" / config),
             bundle_root=str(root),
             logging_file=False,
-            **{"device": "cpu", **override},
+            **{"device": "$torch.device('cpu')", **override},
         )
     except Exception as error:
         found = find_input_error(error)

@@ -200,7 +200,8 @@ class TestTraining:
 
     def test_missing_weights(self, bundle: Path, data: Path) -> None:
         weights = str(data / "recogniser.pt")
-        self.refused(bundle, data, weights, "pretrain_recogniser.json", recogniser_weights=weights)
+        command = "python -m monai.bundle run"
+        self.refused(bundle, data, weights, command, recogniser_weights=weights)
 
     def test_misspelt_override(self, bundle: Path, data: Path) -> None:
         self.refused(bundle, data, "'ephocs'", "'epochs'", ephocs=2)

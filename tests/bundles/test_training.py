@@ -20,7 +20,6 @@ SMALL = {
     "epochs": 2,
     "val_interval": 2,
     "batch_size": 2,
-    "patch_size": 32,
     "repeats": 1,
     "texture": 0.5,
     "network_def#channels": [8, 8, 8],
@@ -29,7 +28,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The real data sets, each part cut down to a few items."""
+    """The real data sets, each part cut down to a few items; each of two processes needs one."""
     roots = {}
     for dims in DIMS:
         root = tmp_path_factory.mktemp(f"mni152_{dims}d")
@@ -37,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         listing = json.loads(path.read_text())
         # The items in the middle of a block hold much brain.
         listing["training"] = listing["training"][20:24] if dims == 2 else listing["training"]
-        listing |= {part: listing[part][:1] for part in ("validation", "test")}
+        listing |= {part: listing[part][:2] for part in ("validation", "test")}
         path.write_text(json.dumps(listing))
         roots[dims] = root
     return roots
@@ -48,7 +47,8 @@ def train(dims: int, data: Path, out: Path, *overlays: str, **override: Any) -> 
     bundle = BUNDLES / f"gradprom_mni152_{dims}d"
     files = [str(bundle / "configs" / name) for name in ("train.json", *overlays)]
     settings = {"bundle_root": str(bundle), "dataset_dir": str(data), "output_dir": str(out)}
-    run(config_file=files, **{**settings, **SMALL, **override})
+    sizes = {"crop_size": [48] * dims, "patch_size": [32] * dims}
+    run(config_file=files, **{**settings, **sizes, **SMALL, **override})
     path = out / "history.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -121,6 +121,7 @@ def test_two_processes_train_one_network(data: dict[int, Path], tmp_path: Path) 
     bundle = BUNDLES / "gradprom_mni152_2d"
     files = [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
     settings = {"bundle_root": bundle, "dataset_dir": data[2], "output_dir": tmp_path, **SMALL}
+    settings |= {"crop_size": [48, 48], "patch_size": [32, 32]}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", "--config_file", str(files)]
     for key, value in settings.items():

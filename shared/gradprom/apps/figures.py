@@ -56,25 +56,25 @@ def _padded(plane: np.ndarray, width: int) -> np.ndarray:
     return np.pad(plane, ((3, 3), (left, width - plane.shape[1] - left)))
 
 
-def _middle(found: Comparison, images: list[Tensor]) -> np.ndarray:
+def _middle(found: Comparison, images: list[Tensor]) -> Tensor:
     """The middle one of the images, cut to what is not black in the truth and a few pixels more."""
     place = len(images) // 2
-    picture, truth = view(images[place]), view(found.images[CLEAN][place])
-    spans = []
-    for axis in (1, 0):
-        filled = np.flatnonzero(truth.any(axis))
-        spans.append(slice(max(filled[0] - MARGIN, 0), filled[-1] + 1 + MARGIN))
-    return picture[tuple(spans)]
+    filled = found.images[CLEAN][place].nonzero()
+    first = (filled.amin(0) - MARGIN).clamp(min=0)
+    last = filled.amax(0) + 1 + MARGIN
+    box = (slice(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True))
+    return images[place][tuple(box)]
 
 
 def _shown(found: Comparison, method: str) -> np.ndarray:
     """The picture of a method."""
-    return _middle(found, found.images[method])
+    return view(_middle(found, found.images[method]))
 
 
 def _detail(found: Comparison, method: str) -> np.ndarray:
-    """A part of it: cortex, white matter and a ventricle."""
-    picture = _shown(found, method)
+    """A part of its axial plane: cortex, white matter and a ventricle."""
+    image = _middle(found, found.images[method])
+    picture = view(image if image.ndim == 3 else image[..., image.shape[-1] // 2])
     rows, columns = picture.shape
     side = min(rows, columns) // 2
     top, left = rows * 3 // 10, columns * 9 // 20
@@ -88,7 +88,7 @@ def _error(found: Comparison, method: str) -> np.ndarray:
 
 def _tissue(found: Comparison, method: str) -> np.ndarray:
     """What the recogniser sees in the middle image."""
-    return _middle(found, found.labels[method])
+    return view(_middle(found, found.labels[method]))
 
 
 def _note(figure: str, form: str) -> Note:

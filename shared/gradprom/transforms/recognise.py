@@ -14,6 +14,11 @@ from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from gradprom.errors import InputError
+from gradprom.networks.residual import crop_like, pad_to_multiple
+
+
+# A U-Net with up to four halvings then accepts any size, also one that it was not trained on.
+MULTIPLE = 16
 
 
 @contextmanager
@@ -33,7 +38,8 @@ def recognise(recogniser: nn.Module, image: Tensor, argmax: bool = True) -> Tens
     """The recogniser's answer on one image, as it is when frozen.
 
     Args:
-        recogniser: maps [1, C, H, W(, D)] to logits [1, K, H, W(, D)]; its mode is restored.
+        recogniser: maps [1, C, H, W(, D)] to logits [1, K, H, W(, D)]; its mode is restored. It sees
+            the image with its far border repeated up to a multiple of 16.
         image: [C, H, W(, D)], on any device.
         argmax: give the label map [1, H, W(, D)] (int64) instead of the logits.
 
@@ -42,8 +48,10 @@ def recognise(recogniser: nn.Module, image: Tensor, argmax: bool = True) -> Tens
     """
     weight = next(recogniser.parameters(), image)
     batch = image.as_subclass(Tensor)[None].to(weight.device, weight.dtype)
+    padded = pad_to_multiple(batch, MULTIPLE)
     with _evaluating(recogniser):
-        answer = recogniser(batch)[0].as_subclass(Tensor)
+        answer = recogniser(padded).as_subclass(Tensor)
+    answer = (crop_like(answer, batch) if answer.shape[2:] == padded.shape[2:] else answer)[0]
     answer = (answer.argmax(0, keepdim=True) if argmax else answer).to(image.device)
     return MetaTensor(answer, meta=image.meta) if isinstance(image, MetaTensor) else answer
 

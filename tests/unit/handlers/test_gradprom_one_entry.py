@@ -175,8 +175,18 @@ def test_one_entry_makes_a_plain_config_a_gated_run(scheduler: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_it_resumes_exactly(scheduler: str, tmp_path: Path) -> None:
+def test_the_plain_configs_own_checkpoints_resume_exactly(scheduler: str, tmp_path: Path) -> None:
     straight, record = train(tmp_path / "straight", scheduler, gated=True)
-    halfway = str(tmp_path / "straight" / "checkpoint_epoch=2.pt")
-    resumed, rest = train(tmp_path / "resumed", scheduler, gated=True, ckpt=halfway)
-    print(rest)
+    half = {"train#trainer#max_epochs": EPOCHS // 2}
+    saved = str(tmp_path / "straight" / f"checkpoint_epoch={EPOCHS // 2}.pt")
+    resumed, rest = train(tmp_path / "resumed", scheduler, gated=True, ckpt=saved, **half)
+    assert largest_difference(straight, resumed) == 0.0
+    assert rest.gates == record.gates[len(record.gates) // 2 :]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_learning_recogniser_joins_any_scheduler(scheduler: str, tmp_path: Path) -> None:
+    frozen, _ = train(tmp_path / "frozen", scheduler, gated=True)
+    learning, record = train(tmp_path / "learning", scheduler, gated=True, learns=True)
+    assert 0 < sum(record.gates) < len(record.gates)
+    assert largest_difference(frozen, learning) > 1e-6

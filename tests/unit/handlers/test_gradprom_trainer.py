@@ -198,9 +198,7 @@ def test_monai_handlers_find_the_epochs_values_wherever_they_stand(
     ours: list[dict[str, float]] = []
     handlers: list[object] = [
         StatsHandler(iteration_log=False, name="gate-test", state_attributes=names),
-        TensorBoardStatsHandler(
-            Writer(str(tmp_path)), iteration_log=False, state_attributes=names
-        ),
+        TensorBoardStatsHandler(Writer(str(tmp_path)), iteration_log=False, state_attributes=names),
     ]
     handlers.insert(2 * position, make_handler(make_recogniser()))
     keep = At(Events.COMPLETED, lambda e: ours.append({n: getattr(e.state, n) for n in names}))
