@@ -39,9 +39,7 @@ def held_out(
         tuning = evaluation.read_cases(datalist, "validation", 4)
     for noise in evaluation.NOISES:
         strength = evaluation.tuned_strength(tuning, noise, seed)
-        results.append(
-            evaluation.compare(cases, noise, enhancers, recogniser, seed, strength)
-        )
+        results.append(evaluation.compare(cases, noise, enhancers, recogniser, seed, strength))
     print(report.table_text(results))
     if out is not None:
         content = {"machine": report.machine(), "versions": report.versions(), "seed": seed}

@@ -1,4 +1,5 @@
-"""Both bundles train, with every overlay, on a few slices; a resumed run ends where an uninterrupted one ends."""
+"""Both bundles train, with every overlay, on a few slices; a resumed run ends where an
+uninterrupted one ends."""
 
 from __future__ import annotations
 
@@ -42,7 +43,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return roots
 
 
-def train(dims: int, data: Path, out: Path, *overlays: str, **override: Any) -> list[dict[str, Any]]:
+def train(
+    dims: int,
+    data: Path,
+    out: Path,
+    *overlays: str,
+    **override: Any,  # noqa: ANN401
+) -> list[dict[str, Any]]:
     """Train in this process; returns the history's lines."""
     bundle = BUNDLES / f"gradprom_mni152_{dims}d"
     files = [str(bundle / "configs" / name) for name in ("train.json", *overlays)]
@@ -62,7 +69,8 @@ def test_resumed_run_ends_where_an_uninterrupted_one_ends(
     train(dims, data[dims], tmp_path / "parts", **fixed)
     lines = train(dims, data[dims], tmp_path / "parts", epochs=4, resume=True, **fixed)
     whole, parts = (
-        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "parts")
     )
     assert whole["trainer"]["iteration"] == parts["trainer"]["iteration"] > 0
     for name in ("network", "recogniser"):
@@ -77,7 +85,8 @@ def test_resumed_run_ends_where_an_uninterrupted_one_ends(
 
 @pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize(
-    ("overlay", "on_rate"), [("joint.json", 1.0), ("estr.json", 1.0), ("enhancement_only.json", 0.0)]
+    ("overlay", "on_rate"),
+    [("joint.json", 1.0), ("estr.json", 1.0), ("enhancement_only.json", 0.0)],
 )
 def test_control_overlays_hold_the_gate(
     overlay: str, on_rate: float, dims: int, data: dict[int, Path], tmp_path: Path

@@ -13,6 +13,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.networks.nets import UNet
 from torch import nn
+from torch._functorch import config
 
 from gradprom.gradients import GRANULARITIES, RULES, Gate, flatten, promote_
 from gradprom.handlers import GradPromHandler
@@ -142,16 +143,14 @@ def test_auxiliary_overflow_in_half_precision_comes_down_by_itself() -> None:
 
 
 @pytest.mark.parametrize("start_epoch", [1, 2])
-def test_compiled_network(start_epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._functorch import config
-
-    monkeypatch.setattr(config, "donated_buffer", True)
+def test_compiled_network(start_epoch: int) -> None:
     torch.compiler.reset()
     batches, finals = on_device(make_batches()), []
     for compiled in (False, True):
         network = make_network().to(DEVICE)
         handler = make_handler(make_recogniser().to(DEVICE), start_epoch=start_epoch)
-        trainer_for(network, batches, [handler], 2, compile=compiled).run()
+        with config.patch(donated_buffer=True):  # as torch sets it, and restored afterwards
+            trainer_for(network, batches, [handler], 2, compile=compiled).run()
         finals.append(network.state_dict())
     assert largest_difference(*finals) < 1e-5
 

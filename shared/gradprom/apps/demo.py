@@ -161,10 +161,14 @@ def _listing(results: Sequence[Comparison], facts: dict[str, Any]) -> dict[str, 
     """The facts that the page shows, in words."""
     machine, minutes = facts["machine"], facts["minutes"]
     strengths = [f"{r.settings['non_local_means_strength']} ({r.noise.name})" for r in results]
+    parts = "; ".join(
+        f"{part} " + " and ".join(f"{first} to {last - 1}" for first, last in blocks)
+        for part, blocks in facts["split"].items()
+    )
     epochs = max(line["epoch"] for line in facts["history"]["gradprom"])
     return {
         "Data": "MNI152 T1 template in the nilearn package, 1 mm, brain only; contiguous blocks of "
-        f"axial slices with gaps of 7 mm between training, validation and test: {facts['split']}",
+        f"axial slices with gaps of 7 mm between the parts: {parts}",
         "Training": f"{epochs} epochs for each arm, seed {facts['seed']}",
         "Noise": "deviations are shares of the range 0 to 1; noisy images are not clipped",
         "Non-local means": f"patches of 5, search radius "

@@ -14,6 +14,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from gradprom.apps.evaluation import CLEAN, LABELS, TISSUES, Comparison
@@ -191,6 +192,7 @@ def draw_training(gated: Run, other: Run, path: Path) -> None:
     quality.legend(fontsize=FONT - 2)
     for axes in (cosine, rate, ratio, quality):
         axes.set_xlabel("epoch", fontsize=FONT - 1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=FONT - 2)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

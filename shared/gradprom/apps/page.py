@@ -27,10 +27,10 @@ dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
 
 CAPTIONS = {
     "contact_sheet.png": (
-        "The middle slice of the held-out block. The grey window is 0 to 1 in every picture; the "
-        "patient's right is on the left, anterior is up. Look for noise that is left, for blurred "
-        "sulci, and for the thin grey ring that Rician noise leaves around a filtered brain. "
-        "Figures: PSNR of this slice inside the brain."
+        "The middle of the held-out block (of a volume: axial, coronal and sagittal plane). The "
+        "grey window is 0 to 1 in every picture; the patient's right is on the left, anterior is "
+        "up. Look for noise that is left, for blurred sulci, and for the grey that Rician noise "
+        "leaves in the air around a filtered brain. Figures: PSNR of this image inside the brain."
     ),
     "detail.png": (
         "The same pictures, a ventricle and the cortex beside it. A good method keeps the edge of "
@@ -40,14 +40,14 @@ CAPTIONS = {
     "error_maps.png": (
         f"Method minus truth, both clipped to [0, 1]; every map has the scale of the bar, "
         f"±{ERROR_LIMIT} of the range. Red is too bright, blue too dark. Errors that follow "
-        "anatomy are lost structure; grain is noise that is left. Figures: PSNR of this slice, "
+        "anatomy are lost structure; grain is noise that is left. Figures: PSNR of this image, "
         "whole image."
     ),
     "segmentation.png": (
-        "What the recogniser makes of each picture, and the labels of the atlas. It was trained on "
-        "clean slices of the training block and stays as it is here, so differences come "
-        "from the pictures. It is the one that also guided the gate: this shows whether the task "
-        "was helped, not whether another recogniser would be."
+        "What the bundle's recogniser makes of each picture, and the labels of the atlas. It was "
+        "trained on clean images of the training block and is the same for every column, so "
+        "differences come from the pictures. A copy of it guided the gate: this shows whether "
+        "that task was helped, not whether another recogniser would be."
     ),
     "training.png": (
         "Training with the gate, epoch by epoch: the cosine of the gradients of enhancement (g) "
@@ -109,7 +109,7 @@ clipped to [0, 1]. <b>Image</b> counts the black background, which is most of th
 recogniser segments each picture. The Gaussian filter's width is the best for each picture, chosen
 by looking at the truth, once for the image and once for the brain; its SSIM belongs to the same
 picture, its Dice to the one for the image. The filters know nothing of the offset that Rician noise
-gives to air; the networks have learnt it.</p>
+gives to air; the networks can learn it. <b>Clean</b> is what the recogniser makes of the truth.</p>
 <h2>Pictures</h2>
 {figures}
 <h2>How it was made</h2>
@@ -124,7 +124,7 @@ gives to air; the networks have learnt it.</p>
 
 def _figure(name: str) -> str:
     caption = CAPTIONS[name]
-    alternative = escape(caption.split(".")[0], quote=True)
+    alternative = escape(caption.split(". ")[0], quote=True)
     return (
         f'<figure><a href="{name}"><img src="{name}" alt="{alternative}"></a>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"

@@ -1,8 +1,10 @@
-"""The MNI152 T1 template and its tissue maps, read from the installed nilearn package, as a training set.
+"""The MNI152 T1 template and its tissue maps, read from the installed nilearn package, as a
+training set.
 
-Licence and provenance stand in the repository's NOTICE. The template is an average of 152 heads: smooth, skull-stripped
-and left-right symmetric. Neighbouring slices are almost the same image, so the split is by contiguous blocks of axial
-slices with a gap of 7 mm between blocks, never by random slices.
+Licence and provenance stand in the repository's NOTICE. The template is an average of 152 heads:
+smooth, skull-stripped and left-right symmetric. Neighbouring slices are almost the same image, so
+the split is by contiguous blocks of axial slices with a gap of 7 mm between blocks, never by
+random slices.
 """
 
 from __future__ import annotations
@@ -23,18 +25,24 @@ BLOCKS = {
     "validation": ((108, 116),),
     "test": ((78, 101),),
 }
-"""Axial slices (array index, 1 mm apart, first included, last excluded) of each part of the split."""
+"""Axial slices (array index, 1 mm apart, first included, last excluded) of each part of the
+split."""
 
 TISSUES = {"0": "background", "1": "cerebrospinal fluid", "2": "grey matter", "3": "white matter"}
-BRAIN = (slice(3, 195), slice(3, 227))  # 192 x 224, the brain's bounding box in x and y with a margin
+BRAIN = (
+    slice(3, 195),
+    slice(3, 227),
+)  # 192 x 224, the brain's bounding box in x and y with a margin
 
 
 def prepare(root: str | Path, dims: int = 2) -> Path:
-    """Writes the training set under ``root`` and returns the path of its Decathlon-style ``datalist.json``.
+    """Writes the training set under ``root`` and returns the path of its Decathlon-style
+    ``datalist.json``.
 
-    With ``dims=2`` each axial slice is an image of 192 x 224 pixels; with ``dims=3`` each block of :data:`BLOCKS` is one
-    volume. Images are uint8 (0 to 255), 1 mm, RAS; labels are tissue maps, the likeliest of cerebrospinal fluid (1),
-    grey (2) and white matter (3) inside the brain, 0 outside.
+    With ``dims=2`` each axial slice is an image of 192 x 224 pixels; with ``dims=3`` each block of
+    :data:`BLOCKS` is one volume. Images are uint8 (0 to 255), 1 mm, RAS; labels are tissue maps,
+    the likeliest of cerebrospinal fluid (1), grey (2) and white matter (3) inside the brain, 0
+    outside.
 
     Raises:
         InputError: if ``dims`` is neither 2 nor 3, or nilearn or one of its three files is missing.
@@ -51,7 +59,7 @@ def prepare(root: str | Path, dims: int = 2) -> Path:
         parts[part] = [_write(root, image, label, affine, z, dims) for z in ranges]
     listing = {
         "name": f"mni152_{dims}d",
-        "description": "MNI152 T1 template (nilearn), tissue labels; split in blocks of axial slices 7 mm apart",
+        "description": "MNI152 T1 template, tissue labels; split in blocks of slices 7 mm apart",
         "licence": "see NOTICE of the GradProm bundles",
         "modality": {"0": "T1"},
         "labels": TISSUES,
@@ -64,7 +72,8 @@ def prepare(root: str | Path, dims: int = 2) -> Path:
 
 
 def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """T1 template and tissue labels, uint8 ``[H, W, D]`` cropped to the brain in x and y, and their affine (mm)."""
+    """T1 template and tissue labels, uint8 ``[H, W, D]`` cropped to the brain in x and y, and
+    their affine (mm)."""
     t1, grey, white = (nib.load(_file(kind)) for kind in ("t1", "gm", "wm"))
     gm, wm = (np.asarray(v.dataobj).astype(np.int16) for v in (grey, white))
     image = np.asarray(t1.dataobj)

@@ -19,8 +19,9 @@ from gradprom.errors import InputError
 __all__ = ["AtomicCheckpoint", "BestModel", "save_atomically"]
 
 
-def save_atomically(content: Any, path: str | Path) -> None:
-    """``torch.save`` into a temporary file beside ``path``, which then takes its name in one step."""
+def save_atomically(content: object, path: str | Path) -> None:
+    """``torch.save`` into a temporary file beside ``path``, which then takes its name in one
+    step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -35,13 +36,17 @@ def save_atomically(content: Any, path: str | Path) -> None:
 
 
 class AtomicCheckpoint:
-    """Saves everything that a run needs to go on, every ``interval`` epochs, and loads it when asked to resume.
+    """Saves everything that a run needs to go on, every ``interval`` epochs, and loads it when
+    asked to resume.
 
-    MONAI's ``CheckpointSaver`` writes in place, so that a crash while it writes leaves neither the old nor the new file.
+    MONAI's ``CheckpointSaver`` writes in place, so that a crash while it writes leaves neither the
+    old nor the new file.
 
     Args:
-        path: the file; it holds tensors and plain containers only and loads with ``weights_only=True``.
-        objects: what to keep, by name: networks, optimizers, schedulers; None is left out, the trainer is added.
+        path: the file; it holds tensors and plain containers only and loads with
+            ``weights_only=True``.
+        objects: what to keep, by name: networks, optimizers, schedulers; None is left out, the
+            trainer is added.
         resume: load ``path`` at the start of the run if it exists; a missing file starts afresh.
         interval: epochs between two saves.
 
@@ -60,11 +65,15 @@ class AtomicCheckpoint:
     def attach(self, engine: Engine) -> None:
         self.objects.setdefault("trainer", engine)
         engine.add_event_handler(Events.STARTED, self.load)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self.save)
+        engine.add_event_handler(
+            Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self.save
+        )
 
     def save(self) -> None:
         if idist.get_rank() == 0:
-            save_atomically({name: unwrap(x).state_dict() for name, x in self.objects.items()}, self.path)
+            save_atomically(
+                {name: unwrap(x).state_dict() for name, x in self.objects.items()}, self.path
+            )
 
     def load(self, engine: Engine) -> None:
         # STARTED fires again in each federated round, where the rounds before must not be undone.
@@ -77,7 +86,8 @@ class AtomicCheckpoint:
             Checkpoint.load_objects(to_load=objects, checkpoint=content, strict=True)
         except Exception as error:
             raise InputError(
-                f"checkpoint {self.path} cannot be resumed ({error}); remove it or run with --resume False."
+                f"checkpoint {self.path} cannot be resumed ({error}); remove it or run with "
+                "--resume False."
             ) from error
         engine.state.max_epochs = epochs  # the caller decides how long to train, not the file
 
@@ -85,12 +95,14 @@ class AtomicCheckpoint:
 class BestModel:
     """Keeps the network's bare state dict from the validation with the highest key metric so far.
 
-    Attach it to the evaluator. The file is what ``inference.json`` loads; beside it ``<name>.json`` says which epoch
-    and metric it is, which is also how a resumed run knows what there is to beat.
+    Attach it to the evaluator. The file is what ``inference.json`` loads; beside it
+    ``<name>.json`` says which epoch and metric it is, which is also how a resumed run knows what
+    there is to beat.
 
     Args:
         path: the file, written atomically, by the first process only.
-        network: whose ``state_dict`` is kept, on the CPU and without a DistributedDataParallel wrapper.
+        network: whose ``state_dict`` is kept, on the CPU and without a DistributedDataParallel
+            wrapper.
         resume: whether the metric of an existing file counts.
     """
 
@@ -117,6 +129,6 @@ class BestModel:
         self.record.write_text(json.dumps(record) + "\n")
 
 
-def unwrap(item: Any) -> Any:
+def unwrap(item: Any) -> Any:  # noqa: ANN401 - networks, optimizers, engines
     """The network inside a DistributedDataParallel wrapper; anything else as it is."""
     return item.module if isinstance(item, DistributedDataParallel) else item

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ignite.engine import Engine, Events
 from monai.transforms import Randomizable
 from monai.utils import set_determinism
@@ -14,16 +12,17 @@ __all__ = ["EpochSeed"]
 class EpochSeed:
     """Re-seeds every source of randomness at the start of each epoch from (seed, epoch).
 
-    A run that is resumed at epoch ``n`` then draws the same order, crops and noise as one that was never interrupted.
-    Random transforms in the main process carry their own generators, so they are re-seeded too; worker processes are
-    seeded from PyTorch's generator whenever the loader starts them.
+    A run that is resumed at epoch ``n`` then draws the same order, crops and noise as one that was
+    never interrupted. Random transforms in the main process carry their own generators, so they
+    are re-seeded too; worker processes are seeded from PyTorch's generator whenever the loader
+    starts them.
 
     Args:
         seed: any whole number >= 0.
         transform: the (random) transform of the training dataset, ``@train#preprocessing``.
     """
 
-    def __init__(self, seed: int, transform: Any = None) -> None:
+    def __init__(self, seed: int, transform: object = None) -> None:
         self.seed = seed
         self.transform = transform
 

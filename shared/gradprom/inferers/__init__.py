@@ -1,1 +1,5 @@
+"""Inferers for images of any size."""
+
 from gradprom.inferers.halo import HaloInferer
+
+__all__ = ["HaloInferer"]

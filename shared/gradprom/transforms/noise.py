@@ -15,15 +15,20 @@ __all__ = ["FixedNoised", "add_noise"]
 
 
 def add_noise(
-    image: torch.Tensor, sigma: float, kind: str = "gaussian", generator: torch.Generator | None = None
+    image: torch.Tensor,
+    sigma: float,
+    kind: str = "gaussian",
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    r"""Adds Gaussian or Rician noise of standard deviation ``sigma``, in the image's own units; nothing is clipped.
+    r"""Adds Gaussian or Rician noise of standard deviation ``sigma``, in the image's own units;
+    nothing is clipped.
 
-    .. math:: y = x + \sigma n_1 \qquad\text{or}\qquad y = \sqrt{(x + \sigma n_1)^2 + (\sigma n_2)^2}
+    .. math:: y = x + \sigma n_1 \qquad\text{or}\qquad y = \sqrt{(x + \sigma n_1)^2 + (\sigma
+        n_2)^2}
 
-    Rician noise is that of a magnitude MR image (Gudbjartsson and Patz, Magn. Reson. Med. 34:910, 1995), where zero is
-    air; ``n_1`` and ``n_2`` are independent standard normal. ``sigma = 0`` gives the Gaussian case's identity and the
-    Rician case's magnitude.
+    Rician noise is that of a magnitude MR image (Gudbjartsson and Patz, Magn. Reson. Med. 34:910,
+    1995), where zero is air; ``n_1`` and ``n_2`` are independent standard normal. ``sigma = 0``
+    gives the Gaussian case's identity and the Rician case's magnitude.
 
     Raises:
         ValueError: if ``sigma`` is negative or ``kind`` is neither ``gaussian`` nor ``rician``.
@@ -38,7 +43,8 @@ def add_noise(
 
 
 class FixedNoised(MapTransform):
-    """Adds noise that depends on the seed and on the case's file name alone, so that runs and methods compare.
+    """Adds noise that depends on the seed and on the case's file name alone, so that runs and
+    methods compare.
 
     Args:
         keys: images ``[C, H, W(, D)]``; ``sigma`` is in their units.

@@ -13,9 +13,11 @@ __all__ = ["AsEnhancementPair"]
 class AsEnhancementPair(Transform):
     """Renames an item's ``image`` (clean) and ``label`` (recognition) to the trainer's names.
 
-    ``{"image": clean, "label": recognition}`` becomes ``{"image": clean, "label": clean, "recognition": recognition}``:
-    MONAI's trainer compares its prediction from ``image`` with ``label``, so after this ``image`` is there to be degraded.
-    Without a ``label`` (a site that has none) there is no ``recognition`` and the gate stays off.
+    ``{"image": clean, "label": recognition}`` becomes
+    ``{"image": clean, "label": clean, "recognition": recognition}``:
+    MONAI's trainer compares its prediction from ``image`` with ``label``, so after this ``image``
+    is there to be degraded. Without a ``label`` (a site that has none) there is no ``recognition``
+    and the gate stays off.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -14,8 +14,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from gradprom.errors import InputError
-from gradprom.networks.residual import crop_like, pad_to_multiple
-
+from gradprom.networks.blending import crop_like, pad_to_multiple
 
 # A U-Net with up to four halvings then accepts any size, also one that it was not trained on.
 MULTIPLE = 16
@@ -38,8 +37,8 @@ def recognise(recogniser: nn.Module, image: Tensor, argmax: bool = True) -> Tens
     """The recogniser's answer on one image, as it is when frozen.
 
     Args:
-        recogniser: maps [1, C, H, W(, D)] to logits [1, K, H, W(, D)]; its mode is restored. It sees
-            the image with its far border repeated up to a multiple of 16.
+        recogniser: maps [1, C, H, W(, D)] to logits [1, K, H, W(, D)]; its mode is restored. It
+            sees the image with its far border repeated up to a multiple of 16.
         image: [C, H, W(, D)], on any device.
         argmax: give the label map [1, H, W(, D)] (int64) instead of the logits.
 

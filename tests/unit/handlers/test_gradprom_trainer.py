@@ -13,6 +13,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.handlers import StatsHandler, TensorBoardStatsHandler
 from torch import Tensor, nn
+from torch._functorch import config
 
 from gradprom.handlers import GradPromHandler
 from gradprom.handlers._epoch_sums import EPOCH_ATTRIBUTES, STEP_ATTRIBUTES, EpochSums
@@ -343,16 +344,15 @@ def test_label_free_target_without_label_shuts_the_gate() -> None:
 # Compilation.
 
 
-def test_compiled_network_with_late_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._functorch import config
-
-    monkeypatch.setattr(config, "donated_buffer", True)  # as torch sets it; restored afterwards
+def test_compiled_network_with_late_start() -> None:
+    torch.compiler.reset()
     batches, network = make_batches(), make_network()
     handler = make_handler(make_recogniser(), start_epoch=2)
     compiled = {"compile": True, "compile_kwargs": {"backend": "aot_eager"}}
-    make_trainer(network, batches, [handler], 2, **compiled).run()
+    with config.patch(donated_buffer=True):  # as torch sets it, and restored afterwards
+        make_trainer(network, batches, [handler], 2, **compiled).run()
+        assert config.donated_buffer is False
     reference = Reference(make_network(), make_recogniser(), rule="off").run(batches)
     reference.rule = "gradprom"
     reference.run(batches)
     assert largest_difference(network.state_dict(), reference.network.state_dict()) < 1e-6
-    assert config.donated_buffer is False

@@ -15,7 +15,7 @@ from torch import nn
 from gradprom.errors import InputError
 from gradprom.inferers import HaloInferer
 from gradprom.inferers.halo import plan_axis
-from gradprom.networks import ResidualUNet
+from gradprom.networks import BlendingUNet
 
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -77,7 +77,7 @@ def test_strided_network_sees_the_same_grid_in_a_tile(
     dims: int, size: tuple[int, ...], tile: int
 ) -> None:
     channels = (4, 6) if dims == 3 else (4, 6, 8)
-    network = ResidualUNet(dims, 1, channels).double().eval()
+    network = BlendingUNet(dims, 1, channels).double().eval()
     x = image(*size)
     # Three levels see 51 pixels to each side, two levels 23.
     halo = 24 if dims == 3 else 56
