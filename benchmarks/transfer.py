@@ -101,7 +101,7 @@ def pixels(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path)
     if path.name.endswith((".nii", ".nii.gz")):
-        return np.squeeze(np.asarray(nib.load(path).dataobj))
+        return np.squeeze(np.asarray(nib.Nifti1Image.load(path).dataobj))
     from skimage.io import imread
 
     return imread(path, as_gray=True)

@@ -12,6 +12,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
+from monai.engines import Evaluator
 from torch.nn.parallel import DistributedDataParallel
 
 from gradprom.errors import InputError
@@ -117,7 +118,7 @@ class BestModel:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self.save_if_best)
 
-    def save_if_best(self, engine: Engine) -> None:
+    def save_if_best(self, engine: Evaluator) -> None:
         name = engine.state.key_metric_name
         metric = float(engine.state.metrics[name])
         if metric <= self.best or idist.get_rank() > 0:
