@@ -109,9 +109,9 @@ def find_bundle(dims: int, bundle: str | None) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log lines and no warnings between the bar and its reader; errors still come through."""
+    """No log lines and no warnings around the bar; an error is raised, not logged as well."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
