@@ -19,6 +19,9 @@ __all__ = ["NormaliseIntensityd", "affine_map", "inverse_affine_map", "robust_ra
 # Order statistics of four million voxels take 0.1 s and are far finer than the percentiles asked
 # for.
 MAX_SAMPLES = 2**22
+# Below this share of the full range the percentiles describe a flat background, and an object on it
+# would be blown up to values that no network was trained on.
+SMALLEST_RANGE = 0.05
 # Voxels that are float64 at a time, so that a large volume does not need three times its memory.
 CHUNK = 2**24
 
@@ -29,8 +32,8 @@ def robust_range(
     """Returns shift and scale that map two percentiles of an image to 0 and 1.
 
     Of an image of more than four million voxels every n-th along each axis is read: cheap, and the
-    same at each call. If the percentiles coincide (a small object on a flat background) the
-    extremes are taken; a constant image has scale 1.
+    same at each call. If the percentiles lie closer than a twentieth of the full range (a
+    small object on a flat background) the extremes are taken; a constant image has scale 1.
 
     Args:
         image: any shape, finite; MONAI's ``[C, H, W(, D)]``.
@@ -47,9 +50,10 @@ def robust_range(
     every: list[EllipsisType | slice] = [..., *[slice(None, None, step)] * axes]
     sample = values[tuple(every)]
     low, high = np.percentile(sample.cpu().double().numpy(), [lower, upper])
-    if high <= low:
-        # All voxels, because a sample could miss the small object altogether.
-        low, high = float(values.min()), float(values.max())
+    # All voxels, because a sample could miss the small object altogether.
+    least, most = float(values.min()), float(values.max())
+    if high - low < (most - least) * SMALLEST_RANGE:
+        low, high = least, most
     return float(low), float(high - low) if high > low else 1.0
 
 

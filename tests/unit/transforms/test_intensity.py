@@ -140,3 +140,11 @@ def test_input_is_left_as_it_was_and_missing_keys_are_allowed() -> None:
     done = NormaliseIntensityd(["image", "label"], allow_missing_keys=True)({"image": image})
     assert torch.equal(image, kept)
     assert "label" not in done
+
+
+def test_a_small_object_on_an_almost_flat_background_is_not_blown_up() -> None:
+    image = torch.randn(1, 100, 100) * 1e-3
+    image[:, :5, :5] = 1.0
+    shift, scale = robust_range(image)
+    assert shift < 0 and shift + scale == pytest.approx(1.0)
+    assert affine_map(image, shift, scale).max() == pytest.approx(1.0)
