@@ -1,6 +1,7 @@
 """Handlers for MONAI's trainers and evaluators."""
 
 from gradprom.handlers.checkpoint import AtomicCheckpoint, BestModel, save_atomically
+from gradprom.handlers.clip import GradientClipping
 from gradprom.handlers.gradprom import GradPromHandler
 from gradprom.handlers.history import HistoryHandler
 from gradprom.handlers.seed import EpochSeed
@@ -10,6 +11,7 @@ __all__ = [
     "BestModel",
     "EpochSeed",
     "GradPromHandler",
+    "GradientClipping",
     "HistoryHandler",
     "save_atomically",
 ]

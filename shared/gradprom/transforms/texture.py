@@ -38,7 +38,8 @@ class RandTextured(RandomizableTransform, MapTransform):
 
     .. math:: x' = (1 - a)\,x + a\,(0.5 + 0.2\,t) \text{ where } x > 0, \qquad a = s\,u^3
 
-    ``t`` is a random crop of a photograph with zero mean and unit deviation, enlarged or reduced;
+    ``t`` is a random crop of a photograph with zero mean and unit deviation, clipped
+    to 2.5, enlarged or reduced;
     ``u`` is uniform in [0, 1] and ``s`` is ``strength``. In 3D, ``t`` is the sum of three
     photographs, each extruded along another axis, divided by the square root of three. Texture,
     not anatomy: an average of many heads has none, and a denoiser trained on it alone removes the
@@ -95,7 +96,8 @@ class RandTextured(RandomizableTransform, MapTransform):
         ]
         if self.R.random() < 0.5:
             patch = patch.flip(0)
-        return (patch - patch.mean()) / (patch.std() + 1e-3)
+        # A few bright pixels on black would stand twenty deviations out of [0, 1].
+        return ((patch - patch.mean()) / (patch.std() + 1e-3)).clamp(-2.5, 2.5)
 
 
 @cache
