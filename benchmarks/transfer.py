@@ -101,7 +101,9 @@ def pixels(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path)
     if path.name.endswith((".nii", ".nii.gz")):
-        return np.squeeze(np.asarray(nib.Nifti1Image.load(path).dataobj))
+        image = nib.load(path)
+        assert isinstance(image, nib.Nifti1Image)
+        return np.squeeze(np.asarray(image.dataobj))
     from skimage.io import imread
 
     return imread(path, as_gray=True)

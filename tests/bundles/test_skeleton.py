@@ -27,7 +27,8 @@ ORDER = {
     "train.json": (
         "imports bundle_root dataset_dir datalist output_dir recogniser_weights device amp seed"
         " resume epochs val_interval batch_size num_workers cache_rate (repeats)"
-        " (crop_size) patch_size learning_rate (max_norm) (sigma) (validation_sigma) (validation_noise)"
+        " (crop_size) patch_size learning_rate (max_norm) (sigma)"
+        " (validation_sigma) (validation_noise)"
         " (texture) rule granularity auxiliary_weight is_not_rank0 network_def network"
         " recogniser_def recogniser recogniser_optimizer train validate initialize run"
     ),

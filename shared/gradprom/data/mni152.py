@@ -74,7 +74,7 @@ def prepare(root: str | Path, dims: int = 2) -> Path:
 def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """T1 template and tissue labels, uint8 ``[H, W, D]`` cropped to the brain in x and y, and
     their affine (mm)."""
-    t1, grey, white = (nib.Nifti1Image.load(_file(kind)) for kind in ("t1", "gm", "wm"))
+    t1, grey, white = (_load(kind) for kind in ("t1", "gm", "wm"))
     gm, wm = (np.asarray(v.dataobj).astype(np.int16) for v in (grey, white))
     image = np.asarray(t1.dataobj)
     tissue = np.argmax(np.stack([255 - gm - wm, gm, wm]), axis=0).astype(np.uint8) + 1
@@ -83,6 +83,12 @@ def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     affine = t1.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(t1.affine, origin)
     return image[BRAIN], label[BRAIN], affine
+
+
+def _load(kind: str) -> nib.Nifti1Image:
+    image = nib.load(_file(kind))
+    assert isinstance(image, nib.Nifti1Image)
+    return image
 
 
 def _file(kind: str) -> Path:

@@ -17,10 +17,11 @@ class GradientClipping:
 
     .. math:: d \leftarrow d \cdot \min(1, c / |d|)
 
-    One image that the network has never seen the like of can give a gradient thousands of times the usual; Adam then
-    moves every weight for many steps in that one direction, and a run that was fine is lost. Scaling does not turn
-    d, so GradProm's :math:`\langle g, d \rangle \ge 0` still holds. Enter it after ``GradPromHandler``: what is
-    clipped is then what the optimizer gets.
+    One image that the network has never seen the like of can give a gradient thousands of times
+    the usual; Adam then moves every weight for many steps in that one direction, and a run that
+    was fine is lost. Scaling does not turn d, so GradProm's :math:`\langle g, d \rangle \ge 0`
+    still holds. Enter it after ``GradPromHandler``: what is clipped is then what the optimizer
+    gets.
 
     Args:
         max_norm: c, > 0, in units of the unscaled gradient (AMP's loss scale is taken out first).
@@ -31,7 +32,9 @@ class GradientClipping:
 
     def __init__(self, max_norm: float) -> None:
         if not max_norm > 0:
-            raise InputError(f"max_norm of GradientClipping is {max_norm!r}; give a number above 0.")
+            raise InputError(
+                f"max_norm of GradientClipping is {max_norm!r}; give a number above 0."
+            )
         self.max_norm = max_norm
 
     def attach(self, engine: SupervisedTrainer) -> None:

@@ -16,7 +16,7 @@ def norms(max_norm: float, *handlers: object, **kwargs: object) -> list[float]:
     network = make_network()
     seen: list[float] = []
 
-    def look(engine: object) -> None:
+    def look(_: object) -> None:
         grads = [p.grad for p in network.parameters() if p.grad is not None]
         seen.append(torch.cat([g.flatten() for g in grads]).norm().item())
 
