@@ -26,7 +26,7 @@ COMPLETE = ("train.json", "inference.json", "metadata.json")  # the others are o
 ORDER = {
     "train.json": (
         "imports bundle_root dataset_dir datalist output_dir recogniser_weights device amp seed"
-        " resume epochs val_interval batch_size num_workers cache_rate (repeats)"
+        " resume keep epochs val_interval batch_size num_workers cache_rate (repeats)"
         " (crop_size) patch_size learning_rate (max_norm) (sigma)"
         " (validation_sigma) (validation_noise)"
         " (texture) rule granularity auxiliary_weight is_not_rank0 network_def network"

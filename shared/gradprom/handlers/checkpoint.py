@@ -105,11 +105,21 @@ class BestModel:
         network: whose ``state_dict`` is kept, on the CPU and without a DistributedDataParallel
             wrapper.
         resume: whether the metric of an existing file counts.
+        keep: ``best``, or ``last`` where a schedule ends at a learning rate of zero and validation
+            images are unlike those that the network is for.
+
+    Raises:
+        InputError: if ``keep`` is neither.
     """
 
-    def __init__(self, path: str, network: torch.nn.Module, resume: bool = False) -> None:
+    def __init__(
+        self, path: str, network: torch.nn.Module, resume: bool = False, keep: str = "best"
+    ) -> None:
+        if keep not in ("best", "last"):
+            raise InputError(f"keep of BestModel is {keep!r}; give 'best' or 'last'.")
         self.path = Path(path)
         self.network = network
+        self.keep = keep
         self.record = self.path.with_suffix(".json")
         self.best = float("-inf")
         if resume and self.record.exists() and self.path.exists():
@@ -121,7 +131,8 @@ class BestModel:
     def save_if_best(self, engine: Evaluator) -> None:
         name = engine.state.key_metric_name
         metric = float(engine.state.metrics[name])
-        if metric <= self.best or idist.get_rank() > 0:
+        worse = metric <= self.best and self.keep == "best"
+        if worse or idist.get_rank() > 0:
             return
         self.best = metric
         weights = {key: value.cpu() for key, value in unwrap(self.network).state_dict().items()}

@@ -86,6 +86,11 @@ def test_the_best_model_is_kept_with_its_record(tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True)["weight"].item() == 2
     validate(BestModel(str(path), network), 4, 11.5)
     assert torch.load(path, weights_only=True)["weight"].item() == 4
+    last = BestModel(str(path), network, resume=True, keep="last")
+    validate(last, 5, 1.0)
+    assert torch.load(path, weights_only=True)["weight"].item() == 5
+    with pytest.raises(InputError, match="keep of BestModel is 'first'"):
+        BestModel(str(path), network, keep="first")
 
 
 def test_an_epoch_draws_the_same_whatever_came_before() -> None:
